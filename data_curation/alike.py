@@ -55,7 +55,6 @@ _CHOICES = re.compile(
 _CHOICE = re.compile(r"\(?[A-H]\)?|yes|no|true|false", re.I)
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:,|\{,\})\s*(?:\\[!,])?\s*(?=\d{3}(?!\d))")
 _PERCENT = re.compile(r"(?<![\d.])(\d\d)(?=\s*(?:\\?%|percent\b))")
-_ZERO = re.compile(r"(?<![\d.])0(?=\d(?!\d))")
 _LETTERS = re.compile(r"\bletters (?:in|of)\b|\bthe words? [^a-z]*[A-Z]{3,}")
 _LISTED = re.compile(r"^\s*\d[.)]\s", re.M)
 _FRACTION = re.compile(r"\\frac(\d|\{\d+\})(\d|\{\d+\})")
@@ -128,7 +127,7 @@ def answer_key(answer: str) -> str:
 def numbers(problem: str) -> list[str]:
     """The runs of digits, in order, without those that number a list; and the word whose letters are asked about."""
     plain = _LISTED.sub("", _THOUSANDS.sub("", folded(without_diagrams(problem))))
-    plain = _ZERO.sub("", _PERCENT.sub(r"0.\1", plain))  # 75% is 0.75, and 05 is 5
+    plain = _PERCENT.sub(r"0.\1", plain)  # 75% is 0.75
     return re.findall(r"\d+|[A-Z]{3,}" if _LETTERS.search(plain) else r"\d+", plain)
 
 
@@ -251,7 +250,8 @@ def cut_short(one: str, other: str) -> bool:
     What is a/b?" and "... have equal area. The original answer is in the form m/n, give m + n"."""
     both = ((_content(bare(text)), _FORM.search(text)) for text in (one, other))
     (short, form), (long, _) = sorted(both, key=lambda found: len(found[0]))
-    return bool(form) and len(short) >= SHORT and long[: len(short)] == short
+    told = form is not None and re.search("answer|答案", form[0], re.I)  # "find the sum of a + b" may be the question
+    return bool(told) and len(short) >= SHORT and long[: len(short)] == short
 
 
 def another_question(one: str, other: str) -> bool:

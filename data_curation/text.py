@@ -50,7 +50,7 @@ _COMMANDS = (
 _ALIKE |= {ord(sign): f"\\{name} " for sign, name in zip(*[iter(_COMMANDS.split())] * 2, strict=True)}
 _FRACTION = re.compile(r"(\\[dt]?frac)\s*(\d)\s*(\d)")
 _CHINESE = re.compile("[\u3400-\u9fff]")
-_LETTERS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+_LETTERS = re.compile(r"(?<![\\a-zA-Z])[A-Z]{2,}(?![a-z])")
 _RAISED = re.compile("[⁰¹²³⁴-⁹]+")
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)
 _OTHER, _LETTER, _DIGIT, _WIDE, _SINGLE = range(5)

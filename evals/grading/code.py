@@ -4,6 +4,7 @@
 """
 
 import itertools
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Literal
@@ -19,6 +20,10 @@ from sandbox.backends import Backend
 _SHOWN = 500
 _CACHE = 2000
 """reports that the sandbox remembers: far more than the duplicates of a group need, little enough to hold"""
+
+
+_TELLS = re.compile(r"[(=]|^\s*(?:class|import|from)\b", re.M)
+"""what a program has and a sample output seldom"""
 
 
 def extract_code(text: str) -> tuple[str | None, str]:
@@ -40,7 +45,7 @@ def extract_code(text: str) -> tuple[str | None, str]:
     full = [block for block in closed if block.content and block.content.strip()]
     for kind in ("python", "bare", "unknown"):
         if of_kind := [block.content for block in full if block.kind == kind]:
-            return next((one for one in reversed(of_kind) if "(" in str(one)), of_kind[-1]), "fence"
+            return next((one for one in reversed(of_kind) if _TELLS.search(str(one))), of_kind[-1]), "fence"
     return None, "empty" if closed else "unclosed" if found else "none"
 
 

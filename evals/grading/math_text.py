@@ -125,7 +125,7 @@ _RARE = [
     ),
     ("integer", re.compile(r"([a-zA-Z]) ?\\text ?\{ ?(?:is )?(?:an |any |some )integer ?\}"), r"\1\\in\\mathbb{Z}"),
     # 10C3, {}_{10}C_3, C_{10}^3; C_1 and C_2 are constants
-    ("C", re.compile(r"(?<![\w.})])(\d+) ?C ?(\d+)(?![\w^]|\.\d)"), r"\\binom{\1}{\2}"),
+    ("C", re.compile(r"(?<![\w.})])(\d+) ?C ?(\d+)(?![\w^]|\.\d|\}_)"), r"\\binom{\1}{\2}"),
     ("C", re.compile(r"(?<![\w.})])[_^](?:\{(\d+)\}|(\d)) ?C ?_(?:\{(\d+)\}|(\d))(?![\w^])"), r"\\binom{\1\2}{\3\4}"),
     (
         "C",

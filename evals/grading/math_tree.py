@@ -12,7 +12,6 @@ A tree is a tuple whose first element says what it is:
     ("any" | "all" | "either", statements): joined by "or", by "and", by commas
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,8 +73,8 @@ def about_integers(tree: Tree) -> bool:
 
 def _named(tree: Tree) -> str:
     """The letter that an equation gives the value of, "" for none."""
-    named = tree[0] == "rel" and tree[2] == ("=",) and tree[1][0][0] == "v"
-    return tree[1][0][1].split("_")[0] if named else ""
+    named = tree[0] == "rel" and tree[2] == ("=",) and tree[1][0][0] == "v" and not variables(tree[1][1])
+    return tree[1][0][1] if named else ""
 
 
 def joined(items: list[Tree], joins: Sequence[str]) -> Tree:
@@ -100,10 +99,11 @@ def joined(items: list[Tree], joins: Sequence[str]) -> Tree:
             return ("any", tuple(kept))
         return ("all" if kinds == {"and"} else "either", tuple(kept))
     names = [_named(item) for item in kept]
-    if "or" in joins and all(names) and len({*names}) > 1:
-        ends = [0, *(at for at, join in enumerate(joins, 1) if join == "or"), len(kept)]
-        groups = [kept[at:end] for at, end in itertools.pairwise(ends)]
-        if all(len(group) > 1 for group in groups):  # x = 2, y = 3 or x = 3, y = 2 are two pairs
-            return ("list", tuple(("list", tuple(group)) for group in groups))
+    letters = len({*names})
+    starts = range(0, len(kept), letters or 1)
+    if all(names) and 1 < letters < len(kept) and all({*names[at : at + letters]} == {*names} for at in starts):
+        groups = [kept[at : at + letters] for at in starts]
+        return ("list", tuple(("list", tuple(group)) for group in groups))  # x = 2, y = 3 or x = 3, y = 2 are two pairs
+    if "or" in joins and all(names) and len({name.split("_")[0] for name in names}) > 1:
         return ("list", (("any", tuple(kept)),))  # x = 2 or y = 3 is one claim, not two values
     return ("list", tuple(kept))

@@ -7,7 +7,7 @@ from evals.grading import fences
 
 _TAG = re.compile(
     r"(?P<before>[`'\"]|\w,? )?(?P<tag><(?P<end>/?)think(?:ing)?>|<\|(?:begin|(?P<ended>end))_of_thought\|>"
-    r"|<\|channel\|>(?:analysis|(?P<final>final))<\|message\|>)"
+    r"|<\|channel\|>(?:analysis|(?P<final>(?:final|commentary)[^<]*(?:<\|constrain\|>\w*)?))<\|message\|>)"
     r"(?=(?P<after>[`'\" .,:;!?)]?))"
 )
 """of DeepSeek-R1 and Qwen, of prompts for others, of Sky-T1, of gpt-oss"""

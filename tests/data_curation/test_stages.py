@@ -245,18 +245,19 @@ COPY = (
             ("Simplify 111/9999 times 33. The answer is in the form m/n, give m + n.", "7"),
             FORM,
         ),
-        # one way of writing: letters of Chinese texts, macros, bold, percent, 05, an image's address
+        # one way of writing: letters of Chinese texts, macros, bold, percent, an image's address
         (("在正四面体 P-ABC 中，PE\\neq PF，AE=AF=2，求体积。", "9"), (TETRA, "9"), NEAR),
         (
             (PLAIN, "3"),
             (BOLD, "3"),
             NEAR,
         ),
-        ((f"{LONG}. It is red in 75\\%, 05 of 9. How often?", "7"), (f"{LONG}, red in 0.75, 5 of 9. When?", "7"), NEAR),
+        ((f"{LONG}. It is red in 75\\%, 5 of 9. How often?", "7"), (f"{LONG}, red in 0.75, 5 of 9. When?", "7"), NEAR),
         ((f"{LONG}. See ![](https://a.b/2024_1.jpg) How often?", "7"), (f"{LONG}. How often?", "6"), CONFLICT),
         # the question went into the sentence on its answer's form
         ((f"{LONG}. Is the second red with probability?", "0.3"), (f"{LONG}. {M_BY_N}", "13"), FORM),
         ((f"{LONG}. Is the second red with probability?", "0.3"), (f"{LONG}.", "13"), SIBLINGS),
+        ((f"{LONG}. Find the sum of a+b.", "7"), (f"{LONG}. Is the second red with probability?", "0.3"), SIBLINGS),
         ((YUMMY, "-2013"), (YUMMY_ANEW, "-2013"), NEAR),  # six digits do not agree by chance
         ((YUMMY, "3"), (YUMMY_ANEW, "3"), None),
         (

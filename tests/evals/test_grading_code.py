@@ -125,6 +125,8 @@ def grader(backend):
         ("<think>\n```python\nx = 1\n```\n", (None, "thinking")),
         ("<thinking>\n```python\nx = 1\n```\n</thinking>\nno program", (None, "none")),
         (f"{ANALYSIS}<|end|><|channel|>final<|message|>```python\nx = 2\n```<|return|>", ("x = 2", "fence")),
+        (f"{ANALYSIS}<|end|><|channel|>final <|constrain|>json<|message|>```python\nx = 2\n```", ("x = 2", "fence")),
+        ("```python\ndef f(): 1\n```\nBetter:\n```python\nimport this\n```", ("import this", "fence")),
         (ANALYSIS, (None, "thinking")),
         ("<|begin_of_thought|>\n```python\nx = 1\n```\n", (None, "thinking")),
         ("<think>\nI print('</think>')\n```python\nx = 1\n```\n", (None, "thinking")),
