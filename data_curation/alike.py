@@ -245,13 +245,16 @@ def only_words(one: str, other: str) -> bool:
     return not telling and len(set(apart)) <= 0.07 * total and symbols <= 0.025 * total
 
 
-def cut_short(one: str, other: str) -> bool:
-    """Whether two problems are one whose question went into a sentence on the form of its answer: "... have equal area.
-    What is a/b?" and "... have equal area. The original answer is in the form m/n, give m + n"."""
-    both = ((_content(bare(text)), _FORM.search(text)) for text in (one, other))
-    (short, form), (long, _) = sorted(both, key=lambda found: len(found[0]))
-    told = form is not None and re.search("answer|答案", form[0], re.I)  # "find the sum of a + b" may be the question
-    return bool(told) and len(short) >= SHORT and long[: len(short)] == short
+def cut_short(one: str, other: str, plain: str, other_plain: str) -> bool:
+    """Whether two problems, whole and bare, are one whose question went into a sentence on the form of its answer:
+    "... have equal area. What is a/b?" and "... have equal area. The original answer is in the form m/n, give m + n".
+    """
+    both = ((_content(plain), one), (_content(other_plain), other))
+    (short, problem), (long, _) = sorted(both, key=lambda found: len(found[0]))
+    if len(short) < SHORT or long[: len(short)] != short:
+        return False
+    form = _FORM.search(problem)
+    return bool(form and re.search("answer|答案", form[0], re.I))  # "find the sum of a + b" may be the question
 
 
 def another_question(one: str, other: str) -> bool:

@@ -167,7 +167,7 @@ def judge(one: Row, other: Row, plain: str, other_plain: str, score: float, equa
     if equal:
         return NEAR if alike.one_problem(plain, other_plain, score, one.answer, options.same_answer) else SIBLINGS
     if not alike.only_words(plain, other_plain):
-        return FORM if alike.cut_short(one.problem, other.problem) else SIBLINGS
+        return FORM if alike.cut_short(one.problem, other.problem, plain, other_plain) else SIBLINGS
     return CONFLICT if alike.same_form(one.problem, other.problem) else FORM
 
 

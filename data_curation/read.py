@@ -9,6 +9,7 @@ from pathlib import Path
 from data_curation import sources, stage
 from data_curation.recipe import Recipe
 from data_curation.stage import Bad, Context, Done, Drop, Raw, Record, Result, Row, drop, dumps
+from data_curation.text import CJK
 from evals.errors import UserError
 from evals.files import Malformed, chat_row, file_rows, files_of, local_files
 from evals.items import choose_indices, hub_name, hub_rows
@@ -113,7 +114,7 @@ def read(source: sources.Source, context: Context, limit: int = 0) -> Result:
             continue
         counted += 1
         answers.setdefault(" ".join(row.problem.lower().split()), set()).add(row.answer.strip())
-        in_chinese = bool(sources.CJK.search(row.problem))
+        in_chinese = bool(CJK.search(row.problem))
         chinese += in_chinese
         if in_chinese and getattr(source, "languages", "all") == "no-chinese":
             drops.append(drop(row, "Chinese"))

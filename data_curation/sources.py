@@ -16,8 +16,6 @@ from evals.errors import UserError
 from evals.grading.math import extract_answer
 from evals.items import problem_text, turns
 
-CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-
 
 class Source(Options):
     """What all sources have."""

@@ -49,7 +49,7 @@ _COMMANDS = (
 )
 _ALIKE |= {ord(sign): f"\\{name} " for sign, name in zip(*[iter(_COMMANDS.split())] * 2, strict=True)}
 _FRACTION = re.compile(r"(\\[dt]?frac)\s*(\d)\s*(\d)")
-_CHINESE = re.compile("[\u3400-\u9fff]")
+CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _LETTERS = re.compile(r"(?<![\\a-zA-Z])[A-Z]{2,}(?![a-z])")
 _RAISED = re.compile("[⁰¹²³⁴-⁹]+")
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)
@@ -98,7 +98,7 @@ def folded(text: str) -> str:
         text = _FRACTION.sub(r"\1{\2}{\3}", text)
     if text.isascii():
         return text
-    if _CHINESE.search(text):  # its letters are names, which scans have with spaces or without
+    if CJK.search(text):  # its letters are names, which scans have with spaces or without
         text = _LETTERS.sub(lambda found: " ".join(found[0]), text)
     raised = _RAISED.sub(lambda found: f"^{{{found[0]}}}", text)
     return unicodedata.normalize("NFKC", raised).translate(_ALIKE)

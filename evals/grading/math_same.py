@@ -15,7 +15,7 @@ _BRANCHED = frozenset(
 def points(names: set[str], far: bool = False) -> Iterator[dict[str, Fraction]]:
     """Where two expressions are compared: one point without variables, else three.
 
-    `far`: four more, tens and millions from zero, neighbours of opposite signs, for what changes its form on the
+    `far`: four more, tens and some 10^8 from zero, neighbours of opposite signs, for what changes its form on the
     way: |x - 5|.
     """
     for point in range(3 if names else 1):
@@ -38,7 +38,7 @@ def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bo
             try:
                 told.append(_compare_at(a, b, point, budget, cross, unreal))
             except TooCostly:
-                if at < 5 or budget[0] < 0:  # not millions from zero, where 2^x has too many digits
+                if at < 5 or budget[0] < 0:  # not 10^8 from zero, where 2^x has too many digits
                     raise
         if told := [one for one in told if one is not None]:
             return _one_ratio(told) if cross else all(told)

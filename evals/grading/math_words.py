@@ -169,4 +169,4 @@ def plain_words(text: str) -> str:
     kept = [word for word in said if word not in _SMALL_WORDS or len(said) == 1]
     told = " ".join(_SHORT.get(word.lower(), word.casefold()) if len(word) > 1 else word for word in kept)
     day = _DAY.fullmatch(told)
-    return f"{day[2]} {day[1] or day[3] or ''}" if day else told
+    return f"{day[2]} {day[1] or day[3] or ''}" if day and not (day[1] and day[3]) else told
